@@ -66,7 +66,7 @@ class Run:
 
     @property
     def recommendations(self) -> "pl.DataFrame":
-        """Recommendations of every user: user_id, item_id, rank, score, because."""
+        """Recommendations of every user: user_id, item_id, rank, score, because, and proven with proven reasons."""
         import polars as pl
 
         return pl.read_parquet(self._verified("score") / "recommendations" / "*.parquet")
@@ -101,7 +101,7 @@ class Run:
     ) -> "pl.DataFrame":
         """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-        Columns: rank, item_id, title, score, probability (with a calibrated ranker), columns of outcomes, because.
+        Columns: rank, item_id, title, score, probability (with a calibrated ranker), columns of outcomes, because (and proven).
         Raises ConfigError unless exactly one of user_id and history is given; LookbackError for a missing model, an
         unknown user, or a history without a known item.
         """

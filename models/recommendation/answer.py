@@ -126,8 +126,13 @@ class Answer:
         because, outcomes = by_both.because, by_both.outcomes
         if because is not None and by_retrieval.because is not None:
             other = by_retrieval.because
+            proven = None
+            if because.proven is not None and other.proven is not None:
+                proven = joined(because.proven, other.proven)
             because = Because(
-                joined(because.item_index, other.item_index), joined(because.weight, other.weight)
+                joined(because.item_index, other.item_index),
+                joined(because.weight, other.weight),
+                proven=proven,
             )
         if outcomes is not None:
             whole = Outcomes.none(

@@ -211,6 +211,51 @@ def test_recommend_for_a_user_and_for_a_history(finished: Workdir) -> None:
     assert "because of" in text
 
 
+def test_recommend_beside_the_list_of_a_changed_history(finished: Workdir) -> None:
+    items = pl.read_parquet(finished.artifact("features") / "items.parquet")["item_id"][:4].cast(pl.String)
+    typed = ("recommend", "--history", ",".join(items[:3]), "-k", "5")
+    change = ("--without", items[0], "--with", items[3])
+    answer = finished(*typed, *change, "--json").json
+    other = finished("recommend", "--history", ",".join(items[1:]), "-k", "5", "--json").json
+    assert answer["recommendations"] == finished(*typed, "--json").json["recommendations"]
+    changed = answer["changed"]
+    now, then = ([row["item_id"] for row in found["recommendations"]] for found in (answer, changed))
+    assert then == [row["item_id"] for row in other["recommendations"]], "the same as typed in"
+    assert changed["entered"] == [item for item in then if item not in now]
+    text = finished(*typed, *change).out
+    assert f"without {items[0]}, with {items[3]}" in text
+    refused = finished(*typed, "--without", "no-such")
+    assert refused.code == 1
+    assert "--without: received 'no-such'" in refused.err
+
+
+@pytest.mark.slow
+def test_proven_reasons_of_both_stages(copied: Workdir) -> None:
+    """The same in one shard or many, by `recommend` too; the manifest counts them, and a second scoring copies nothing wrong."""
+    proven = ("--set", "score.because_method=proven")
+    copied.run("report", *proven)
+    folder = copied.artifact("score", *proven)
+    lists = pl.read_parquet(sorted((folder / "recommendations").glob("*.parquet")))
+    shares = json.loads((folder / "manifest.json").read_text())["proven"]
+    sizes = lists.select(pl.when("proven").then(pl.col("because").list.len())).to_series()
+    assert shares["none"] == pytest.approx(sizes.null_count() / len(lists), abs=1e-6)
+    for size in (1, 2, 3):
+        assert shares[str(size)] == pytest.approx((sizes == size).sum() / len(lists), abs=1e-6)
+    assert 0.1 < shares["none"] < 0.9
+    small = (*proven, "--set", "score.shard_users=13", "--set", "score.batch_users=2")
+    copied.run("score", *small)
+    others = sorted((copied.artifact("score", *small) / "recommendations").glob("*.parquet"))
+    decided = ["user_id", "item_id", "proven"]
+    assert pl.read_parquet(others).select(decided).equals(lists.select(decided))
+    assert "not recommended without" in (copied.artifact("report", *proven) / "report.html").read_text()
+    own = lists.filter(pl.col("user_id") == lists["user_id"][0])
+    shown = copied("recommend", *proven, "--user", str(own["user_id"][0]), "--json").json["recommendations"]
+    assert [row["proven"] for row in shown] == own["proven"].to_list()
+    refused = copied("run", "score", *proven, "--set", "publish.system=popularity")
+    assert refused.code != 0
+    assert "received 'proven', but popularity is published" in refused.err
+
+
 def test_recommend_after_one_interaction_beyond_the_ranker_s_candidates(finished: Workdir) -> None:
     """The ranker of the configuration orders 20 candidates, and a few popular ones; the log has 100 items."""
     events = pl.read_parquet(finished.artifact("ingest") / "events" / "*.parquet").sort("timestamp")

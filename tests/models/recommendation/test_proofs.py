@@ -224,3 +224,14 @@ def test_drawn_places_cannot_be_proven() -> None:
     rules = Rules(exploration=Exploration(0.25))
     with pytest.raises(ValueError, match="received 'proven' with places drawn at random"):
         made().answer(histories_from_lists([[1, 2]]), 3, rules, because="proven")
+
+
+def test_scores_that_read_no_history_prove_nothing() -> None:
+    """Not even the popular items that a row without events would get instead."""
+    table = Table(np.zeros((NUM_ITEMS + 1, NUM_ITEMS + 1), np.float32))
+    engine = BaselineEngine(table, POPULAR[None], Traits(POPULAR), reads_history=False)
+    answer = engine.answer(histories_from_lists([[1], [], [2, 3]]), 3, Rules(), because="proven")
+    assert answer.item_index[0].tolist() == [2, 3, 4]
+    assert answer.because is not None
+    assert answer.because.proven is not None
+    assert not answer.because.proven.any()

@@ -575,6 +575,17 @@ def test_example_users(written: tuple[Page, Path, Context]) -> None:
     assert "dee" not in page.text, "has no recommendations"
 
 
+def test_proven_reasons_are_sentences() -> None:
+    items = {101: report._Item("Film A", ""), 102: report._Item("Film B", "")}
+    because = [{"item_id": 101, "weight": 0.75}, {"item_id": 102, "weight": 0.25}]
+    row = {"item_id": 102, "because": because, "proven": True}
+    assert report._recommendation(row, items).without == "Film A and Film B"
+    unproven = report._recommendation(row | {"proven": False}, items)
+    assert unproven.is_tried
+    assert unproven.without is None
+    assert not report._recommendation({"item_id": 102, "because": None}, items).is_tried
+
+
 def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
     page, path, _ = written
     assert path.stat().st_size < 5_000_000
