@@ -235,3 +235,18 @@ def test_scores_that_read_no_history_prove_nothing() -> None:
     assert answer.because is not None
     assert answer.because.proven is not None
     assert not answer.because.proven.any()
+
+
+def test_answers_of_two_parts_of_the_rows_keep_their_proofs() -> None:
+    random = np.random.default_rng(1)
+    engine = engine_of(Table(random.normal(size=(NUM_ITEMS + 1, NUM_ITEMS + 1)).astype(np.float32)))
+    rows = histories_from_lists([(1 + random.permutation(NUM_ITEMS)[:4]).tolist() for _ in range(9)])
+    is_first = np.arange(9) % 3 == 0
+    whole, first, second = (
+        engine.answer(part, 3, Rules(), because="proven")
+        for part in (rows, rows.select(is_first), rows.select(~is_first))
+    )
+    merged = Answer.merged(is_first, first, second)
+    for row in range(9):
+        assert proven_sets(merged, row) == proven_sets(whole, row)
+    assert any(proven_sets(whole, row) for row in range(9))
