@@ -90,7 +90,7 @@ class Difference:
     before: list[Row]
     after: list[Row]
 
-    def as_json(self) -> Row:
+    def as_json(self) -> dict[str, object]:
         """The change, the list after it, and the ids of items that enter, leave and move."""
         return {
             "without": list(self.change.without),

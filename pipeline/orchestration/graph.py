@@ -158,8 +158,9 @@ STAGES = {
             "score",
             10,
             ("ingest", "features", "publish"),
-            {"score": ("model", "engine", "workers", "precision")},  # a registered model's digest is an input
-            ("seed", "utility", "budgets"),
+            # a registered model's digest is an input
+            {"score": ("model", "engine", "workers", "precision"), "budgets": ()},
+            ("seed", "utility"),
             resumable=True,
         ),
         Stage(

@@ -253,9 +253,8 @@ class Scorer:
             read = self.histories(users[own])
             history = previous_lists.digests(read.known)
             if proven_reasons.are_sought(self.job.settings):
-                history[read.known.lengths <= MOST_EVENTS] = (
-                    0  # a trial without any event reads what is popular now
-                )
+                # a trial without any event reads what is popular now
+                history[read.known.lengths <= MOST_EVENTS] = 0
             shard.history[own] = history
             shard.num_unknown[own] = read.whole.lengths - read.known.lengths
             shard.num_shown[own] = read.num_shown

@@ -1,6 +1,7 @@
 """`lookback recommend --without ITEM --with ITEM`: the changed history, and two lists beside each other."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -66,7 +67,7 @@ def test_what_enters_leaves_and_moves() -> None:
         "  3  c  Film c          a  Film a  down from 1",
         "  4                     c  Film c  down from 3",
     ]
-    found = difference.as_json()
+    found: dict[str, Any] = difference.as_json()
     assert found["entered"] == ["d"]
     assert found["left"] == []
     assert found["moved"][0] == {"item_id": "b", "from": 2, "to": 1}
