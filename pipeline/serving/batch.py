@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import polars as pl
@@ -25,11 +25,10 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64
-from models.recommendation.answer import Answer, Run
-from models.recommendation.baseline_engine import BaselineEngine
+from models.recommendation.answer import Answer, ReasonMethod, Run
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.proofs import MOST_EVENTS
-from models.recommendation.rules import Rules
+from models.recommendation.rules import Rules, UInt64
 from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import rows
@@ -109,6 +108,19 @@ class Users:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+class _Options(TypedDict):
+    """Arguments of an engine's answer beside the histories."""
+
+    k: int
+    rules: Rules
+    keys: UInt64 | None
+    segment: Int64
+    because: ReasonMethod | None
+    because_items: int
+    run: Run
+    in_blocks: bool
 
 
 class Read(NamedTuple):
@@ -264,12 +276,19 @@ class Scorer:
         """Lists of users in their order."""
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
-        read = self.histories(users)
-        ids = self.users.ids.gather(users)
-        answer, counts = self._answer(users, read.known, run)
+        read, engine = self.histories(users), self.bundle.engine
+        if self.ranked is not None and isinstance(engine, RecommendationEngine):
+            answer, counts = self._partly_ranked(engine, users, read.known, run)
+        else:
+            answer, counts = engine.answer(read.known, **self._options(users, run)), {}
+        return self._batch_of(users, read, answer, counts)
+
+    def _batch_of(self, users: Int64, read: Read, answer: Answer, counts: Counts) -> Batch:
+        """Batch of an answer, with the pins of its users."""
         if self.user_rules is not None:
             answer, pins = self.user_rules.pinned(users, read.known, answer, self.rules)
-            counts |= pins
+            counts = counts | pins
+        ids = self.users.ids.gather(users)
         probability = self.bundle.probability_at(self.log.request.time)
         types = outcome_order.types_of(self.bundle)
         table = output_table.table(ids, self.bundle.items, answer, probability, types)
@@ -281,26 +300,29 @@ class Scorer:
         """Places of a list: k, or the number of items where that is less."""
         return min(self.job.settings.k, len(self.bundle.items))
 
-    def _answer(self, users: Int64, known: Histories, run: Run) -> tuple[Answer, Counts]:
-        """Recommendations for users by their known histories, with counts of those whose lists a second stage ranked."""
-        settings, engine = self.job.settings, self.bundle.engine
-        keys = keys_of(self.users.ids.gather(users)) if self.rules.exploration.share else None
+    def _options(self, users: Int64, run: Run) -> _Options:
+        """Arguments of an answer for users, beside their histories."""
+        settings = self.job.settings
+        return {
+            "k": settings.k,
+            "rules": self.rules,
+            "keys": keys_of(self.users.ids.gather(users)) if self.rules.exploration.share else None,
+            "segment": self.segment[users],
+            "because": settings.because_method if settings.because else None,
+            "because_items": settings.because_items,
+            "run": run,
+            "in_blocks": True,
+        }
 
-        def of_rows(own: RecommendationEngine | BaselineEngine, rows: slice | NDArray[np.bool_]) -> Answer:
-            return own.answer(
-                known.select(rows),
-                settings.k,
-                self.rules,
-                keys=None if keys is None else keys[rows],
-                segment=self.segment[users][rows],
-                because=settings.because_method if settings.because else None,
-                because_items=settings.because_items,
-                run=run,
-                in_blocks=True,
-            )
+    def _partly_ranked(
+        self, engine: RecommendationEngine, users: Int64, known: Histories, run: Run
+    ) -> tuple[Answer, Counts]:
+        """Answer whose lists a second stage ranks for some users alone, with counts."""
+        assert self.ranked is not None
 
-        if self.ranked is None or not isinstance(engine, RecommendationEngine):
-            return of_rows(engine, slice(None)), {}
+        def of_rows(own: RecommendationEngine, rows: NDArray[np.bool_]) -> Answer:
+            return own.answer(known.select(rows), **self._options(users[rows], run))
+
         return partly_ranked.answer(engine, known, self.ranked[users], of_rows)
 
     def _num_new(self, table: pa.Table) -> int:

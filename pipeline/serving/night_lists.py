@@ -22,7 +22,7 @@ from pipeline.serving import budget_table, outcome_order
 from pipeline.serving.batch import NightPass, Scorer
 from pipeline.serving.budget_table import Budget, Catalogue
 from pipeline.serving.night_candidates import FOLDER, CandidateScorer, Store, shortlists, wanted_items
-from pipeline.serving.shards import Counts
+from pipeline.serving.shards import Batch
 
 if TYPE_CHECKING:
     from pipeline.budgets_section import BudgetsConfig
@@ -275,7 +275,14 @@ class AllocatedScorer(Scorer):
         column: Int32 = np.load(self._store.folder / _LISTS, mmap_mode="r")
         return column
 
-    def _answer(self, users: Int64, known: Histories, run: Run) -> tuple[Answer, Counts]:
+    def batch(self, users: Int64, run: Run = map) -> Batch:
+        """Chosen lists of users in their order."""
+        if not len(users):
+            return super().batch(users, run)
+        read = self.histories(users)
+        return self._batch_of(users, read, self._chosen(users, read.known, run), {})
+
+    def _chosen(self, users: Int64, known: Histories, run: Run) -> Answer:
         """Chosen lists of users with the scores of their candidates, and reasons by the engine; pinned candidates at the end."""
         stored = self._store.open()
         item, score, outcome = stored.item[users], stored.score[users], stored.outcomes[users]
@@ -288,7 +295,7 @@ class AllocatedScorer(Scorer):
         is_given, column = column < width, np.minimum(column, width - 1)
         items = np.where(is_given, np.abs(np.take_along_axis(item, column, 1)), np.int32(0))
         scores = np.where(is_given, np.take_along_axis(score, column, 1), np.float32(-np.inf))
-        answer = Answer(
+        return Answer(
             items,
             scores,
             np.ones(items.shape, np.float32),
@@ -296,7 +303,6 @@ class AllocatedScorer(Scorer):
             self._because(users, known, items, run),
             self._outcomes(outcome, column, is_given),
         )
-        return answer, {}
 
     def _outcomes(
         self, stored: NDArray[np.float32], column: Int64, is_given: NDArray[np.bool_]

@@ -4,9 +4,10 @@ import contextlib
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,11 @@ def build(ctx: Context) -> None:
             scorer = _chosen_together(ctx, scorer)
         elif by_arm is None:
             scorer = _reusing(ctx, scorer)
-        total = _by_shards(ctx, scorer if by_arm is None else by_arm, None if by_arm is None else by_arm.arms)
+        total: Counter[str] = Counter()
+        with ctx.counted(len(scorer.users), "users") as advance:
+            arms = None if by_arm is None else by_arm.arms
+            for counts in _shards(scorer if by_arm is None else by_arm, arms, advance):
+                total.update(counts)
     seconds = time.monotonic() - started
     _add_shadows(ctx, scorer)
     for own in (user_rules.FOLDER, night_candidates.FOLDER):
@@ -123,16 +128,11 @@ def _engine(config: Config) -> contextlib.AbstractContextManager[object]:
     return ray_batch.session(config.score.workers)
 
 
-def _by_shards(ctx: Context, scorer: Scorer, arms: Arms | None = None) -> Counts:
-    """Score all shards, here or on Ray; returns their counts."""
-    total: Counter[str] = Counter()
-    with ctx.counted(len(scorer.users), "users") as advance:
-        if ctx.config.score.engine == "ray":
-            total.update(_by_ray(scorer, arms, advance))
-        else:
-            for number in range(scorer.num_shards):
-                total.update(scorer.score(number, advance))
-    return total
+def _shards(scorer: Scorer, arms: Arms | None, advance: Callable[[int], object]) -> Iterable[Counts]:
+    """Score shards one after the other, here or on Ray; counts of each, or of several."""
+    if scorer.job.settings.engine == "ray":
+        return _by_ray(scorer, arms, advance)
+    return map(partial(scorer.score, progress=advance), range(scorer.num_shards))
 
 
 def _chosen_together(ctx: Context, scorer: Scorer) -> Scorer:
@@ -141,7 +141,8 @@ def _chosen_together(ctx: Context, scorer: Scorer) -> Scorer:
     Raises LookbackError for budgets that no lists could keep, before anything is scored where that shows.
     """
     plan = night_lists.prepare(ctx.config.budgets or BudgetsConfig(), scorer, ctx.folder)
-    _by_shards(ctx, plan.scorer)
+    with ctx.counted(len(scorer.users), "users") as advance:
+        deque(_shards(plan.scorer, None, advance), maxlen=0)
     reason = "lists are chosen together (score.budgets)"
     ctx.manifest.update(lists_key=None, reused_from=None, not_reused=reason)
     certificate = plan.allocated()
@@ -269,18 +270,16 @@ def _shadow_source(ctx: Context, source: ModelSource | None) -> dict[str, object
     return own | {"start": made.get(START, ""), "model_time": made.get("newest")}
 
 
-def _by_ray(scorer: Scorer, arms: Arms | None, advance: Callable[[int], object]) -> Counts:
-    """Score all shards as Ray tasks, by arm where there are any; returns their counts."""
+def _by_ray(scorer: Scorer, arms: Arms | None, advance: Callable[[int], object]) -> Iterator[Counts]:
+    """Score all shards as Ray tasks, by arm where there are any; counts of each."""
     from pipeline.serving import ray_batch
 
     settings, num_shards = scorer.job.settings, scorer.num_shards
-    total: Counter[str] = Counter()
     starts = range(0, num_shards * settings.shard_users, settings.shard_users)
     users = [min(settings.shard_users, len(scorer.users) - start) for start in starts]
     for done, counts in ray_batch.score(scorer.job, num_shards, users, arms):
         advance(done)
-        total.update(counts)
-    return total
+        yield counts
 
 
 def _own_version(ctx: Context) -> int | None:
